@@ -1,0 +1,88 @@
+"""Dropout whose masks are a function of (seed, update, layer, row of the whole batch, position), and of nothing else.
+
+    word(row, position, c) = mix64(key(seed, update, row, layer, position) + (c + 1) GOLDEN),   SplitMix64, hashing.py
+    x[row, position, i] is kept where the i-th 16 bits of its words are below round((1 - p) 2^16)
+
+So it does not matter how many processes share a batch, how it is cut into micro-batches, how far it is padded or on
+which device it lies, and a recomputed forward pass meets the same mask. `adopt` puts it in the place of every
+`nn.Dropout` of a model, whoever wrote that; dropout inside a fused kernel stays with torch's own generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from icll_zoo.hashing import splitmix64, stream_key
+
+LANES = 4
+"""Elements of 16 bits that one word decides about; a probability of keeping is a multiple of 2^-16."""
+
+
+def kept_lanes(p: float) -> int:
+    """How many of the 2^16 values of a lane keep: at least one and not all, so that the threshold fits 16 bits."""
+    return min(max(round((1 - p) * 2**16), 1), 2**16 - 1)
+
+
+# One opaque operation to a compiler: torch's own looks for the prime factors of the hash's constants, for minutes.
+@torch.library.custom_op("icll_zoo::keep_mask", mutates_args=())
+def keep_mask(keys: Tensor, shape: list[int], p: float) -> Tensor:
+    """What to keep of a tensor whose rows have these keys, bool of its shape.
+
+    keys: (b,) int64. shape: (b, ...), of any number of dimensions. The mask at (r, i, ..., j) depends on keys[r] and on
+    (i, ..., j) alone.
+    """
+    for size in shape[1:-1]:
+        keys = splitmix64(keys[..., None], torch.arange(size, device=keys.device))
+    last = shape[-1] if len(shape) > 1 else 1
+    words = splitmix64(keys[..., None], torch.arange(-(-last // LANES), device=keys.device))
+    # int16 counts from -2^15.
+    return (words.view(torch.int16)[..., :last] < kept_lanes(p) - 2**15).view(shape)
+
+
+@keep_mask.register_fake
+def _(keys: Tensor, shape: list[int], p: float) -> Tensor:
+    return keys.new_empty(shape, dtype=torch.bool)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` that takes its mask from `keys` (b,) int64, one a row of its input, where it has been given some.
+
+    Without keys, and for an input that is not one entry a row, it is `nn.Dropout` with torch's own generator.
+    """
+
+    keys: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.keys is None or self.p == 1 or not x.ndim or x.size(0) != self.keys.size(0):
+            return super().forward(x)
+        mask = keep_mask(self.keys, list(x.shape), self.p)
+        self.keys = splitmix64(self.keys, 1)  # a layer that is called again in the same pass drops something else
+        return x * mask * (2**16 / kept_lanes(self.p))
+
+
+def adopt(model: nn.Module) -> list[Dropout]:
+    """Put a `Dropout` in the place of every `nn.Dropout` inside a model; all of them, in the order of the modules."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p, child.inplace).train(child.training))
+    return [module for module in model.modules() if isinstance(module, Dropout)]
+
+
+@contextmanager
+def masks(layers: list[Dropout], seed: int, update: int, rows: Tensor) -> Iterator[None]:
+    """Within, the layers drop what belongs to these rows of an update's batch. rows: (b,) int64, where the model is."""
+    keys = splitmix64(rows ^ stream_key(seed, update))
+    for index, layer in enumerate(layers):
+        layer.keys = splitmix64(keys ^ index)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.keys = None
