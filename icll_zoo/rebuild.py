@@ -29,6 +29,7 @@ LENGTH = 64
 ALLOCATING = {"zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "rand", "randn", "randint"}
 ALLOCATING |= {"randperm", "tril_indices", "triu_indices", "repeat", "constant_pad_nd"}
 ALLOCATING |= {"new_zeros", "new_ones", "new_full", "new_empty"}
+ONE_AT_A_TIME = threading.RLock()
 TOLERANCE = 1e-4  # of the largest |output|: between machines and releases of torch, float32 sums differ by this much
 
 
@@ -48,12 +49,14 @@ def skeleton(zoo: Zoo, spec: ModelSpec, vocabulary: Vocabulary, held: Mapping[st
             with bounded(held):
                 return zoo.build_model(spec, vocabulary)
 
-    try:
-        return build("meta")
-    except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):
-            raise
-    return build("cpu")
+    # torch walks through the hooks of `bounded` while it builds, and one thread must not change them under another.
+    with ONE_AT_A_TIME:
+        try:
+            return build("meta")
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):
+                raise
+        return build("cpu")
 
 
 @contextmanager

@@ -26,8 +26,8 @@ class Result:
         return json.loads(self.out)
 
 
-def command(*words: str, cwd: Path, path: Path | None = None, **environment: str) -> Result:
-    """Run `icll-zoo WORDS` in a fresh process, with `path` in front of the import path."""
+def command(*words: str, cwd: Path, path: Path | None = None, seconds: float = 240, **environment: str) -> Result:
+    """Run `icll-zoo WORDS` in a fresh process, with `path` in front of the import path, for so long at most."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("ICLL_ZOO_")}
     env |= {"OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
     if path is not None:
@@ -35,7 +35,7 @@ def command(*words: str, cwd: Path, path: Path | None = None, **environment: str
     code = "from icll_zoo.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
-        cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False,
+        cwd=cwd, env=env, capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip
     return Result(done)
 

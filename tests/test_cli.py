@@ -134,8 +134,9 @@ def test_learners_and_the_oracle_are_evaluated_on_a_file(tmp_path: Path, capsys:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_quickstart(icll_zoo_command: Callable[..., Any]) -> None:
-    done = icll_zoo_command("quickstart", "--json", OMP_NUM_THREADS="2")
+    done = icll_zoo_command("quickstart", "--json", seconds=1200, OMP_NUM_THREADS="2")
     assert done.code == 0, done.err
     shown = done.json
     assert set(shown) == {"model", "oracle", "ngram-2", "ngram-3", "paper", "parameters", "seconds", "folder"}

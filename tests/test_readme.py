@@ -24,6 +24,7 @@ def test_the_ten_line_architecture_is_the_design_s() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_command_works_as_written(tmp_path: Path) -> None:
     (mine,) = blocks("mine.py")
     (tmp_path / "mine.py").write_text(mine)
@@ -32,7 +33,7 @@ def test_every_command_works_as_written(tmp_path: Path) -> None:
     for line in commands:
         program, *words = shlex.split(line)
         assert program == "icll-zoo"
-        done = command(*words, cwd=tmp_path)
+        done = command(*words, cwd=tmp_path, seconds=1200)
         assert done.code == 0, f"{line}\n{done.err}"
 
 

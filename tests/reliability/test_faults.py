@@ -124,7 +124,7 @@ def test_resume_after_a_spoiled_checkpoint(nursery: Nursery, expected: dict[str,
     wait_for((folder / "checkpoints/step-9").exists)
     os.kill(pid, signal.SIGKILL)
     assert nursery.end() == -signal.SIGKILL
-    newest = max((folder / "checkpoints").glob("step-*/model.safetensors"), key=lambda p: int(p.parent.name[5:]))
+    newest = max((folder / "checkpoints").glob("step-*[0-9]/model.safetensors"), key=lambda p: int(p.parent.name[5:]))
     content = bytearray(newest.read_bytes())
     content[-3] ^= 1
     newest.write_bytes(content)
