@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from icll_zoo.cli import emit
     from icll_zoo.cli.shared import as_json, default_metrics, open_zoo, split_words, with_scripts
     from icll_zoo.data import IGNORED, SPLITS, Batch, Dataset, Split, epoch_indices, passes
+    from icll_zoo.dropout import dropout_keys, kept
     from icll_zoo.errors import EnvironmentFault, InputError, Interrupted, ZooError
     from icll_zoo.evaluation import Accumulator, Metric, Predictor, Score, bootstrap, evaluate, interval, stored_batches
     from icll_zoo.figures import render_figure, tidy_axes
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from icll_zoo.hub_datasets import fetch_dataset_file, parse_dataset, pin_dataset
     from icll_zoo.predictors import load_model_for, open_predictor
     from icll_zoo.publishing import publish
+    from icll_zoo.rotary import rotate_pairs
     from icll_zoo.rows import Rows, split_codes
     from icll_zoo.run import Run, check_device, parse_words
     from icll_zoo.sweeps.sweeping import sweep
@@ -53,6 +55,7 @@ _HOMES = {
     "cli": ("emit",),
     "cli.shared": ("as_json", "default_metrics", "open_zoo", "split_words", "with_scripts"),
     "data": ("IGNORED", "SPLITS", "Batch", "Dataset", "Split", "epoch_indices", "passes"),
+    "dropout": ("dropout_keys", "kept"),
     "errors": ("EnvironmentFault", "InputError", "Interrupted", "ZooError"),
     "evaluation": (
         "Accumulator",
@@ -72,6 +75,7 @@ _HOMES = {
     "hub_datasets": ("fetch_dataset_file", "parse_dataset", "pin_dataset"),
     "predictors": ("load_model_for", "open_predictor"),
     "publishing": ("publish",),
+    "rotary": ("rotate_pairs",),
     "rows": ("Rows", "split_codes"),
     "run": ("Run", "check_device", "parse_words"),
     "sweeps.sweeping": ("sweep",),
@@ -122,6 +126,7 @@ __all__ = [
     "create_metric",
     "create_model",
     "default_metrics",
+    "dropout_keys",
     "emit",
     "epoch_indices",
     "evaluate",
@@ -129,6 +134,7 @@ __all__ = [
     "generate",
     "hookimpl",
     "interval",
+    "kept",
     "list_datasets",
     "list_metrics",
     "list_models",
@@ -150,6 +156,7 @@ __all__ = [
     "register_mixer",
     "render_figure",
     "replaced",
+    "rotate_pairs",
     "save_model",
     "split_codes",
     "split_words",

@@ -31,7 +31,7 @@ from icll_zoo.generation import stream
 from icll_zoo.machine import glibc, is_out_of_memory, machine
 from icll_zoo.run import Optimizer, Schedule, Training, model_options, resolve_machine
 from icll_zoo.testing.runner import process_zoo, processes, run_all
-from icll_zoo.updates import Updates, Work
+from icll_zoo.updates import Updates, Work, compiled
 from icll_zoo.weights import count_parameters
 from icll_zoo.zoo import Vocabulary, Zoo, default_zoo
 
@@ -165,7 +165,7 @@ def prepared(case: Case, zoo: Zoo, device: torch.device) -> tuple[nn.Module, Cal
 
         return built, step
     built = built.to(device, torch.float64 if settings["precision"] == "fp64" else None).eval()
-    called = torch.compile(built) if settings["compile"] else built
+    called = compiled(built, settings["compile"])
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16")
 
     def forward() -> float:

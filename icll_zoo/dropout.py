@@ -10,7 +10,7 @@ which device it lies, and a recomputed forward pass meets the same mask. `adopt`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +27,11 @@ def kept_lanes(p: float) -> int:
     return min(max(round((1 - p) * 2**16), 1), 2**16 - 1)
 
 
+def factor(p: float) -> float:
+    """What is kept is multiplied by this, so that the expectation stays."""
+    return 2**16 / kept_lanes(p)
+
+
 # One opaque operation to a compiler: torch's own looks for the prime factors of the hash's constants, for minutes.
 @torch.library.custom_op("icll_zoo::keep_mask", mutates_args=())
 def keep_mask(keys: Tensor, shape: list[int], p: float) -> Tensor:
@@ -35,12 +40,18 @@ def keep_mask(keys: Tensor, shape: list[int], p: float) -> Tensor:
     keys: (b,) int64. shape: (b, ...), of any number of dimensions. The mask at (r, i, ..., j) depends on keys[r] and on
     (i, ..., j) alone.
     """
-    for size in shape[1:-1]:
-        keys = splitmix64(keys[..., None], torch.arange(size, device=keys.device))
+    keys = spread(keys, shape[1:-1])
     last = shape[-1] if len(shape) > 1 else 1
     words = splitmix64(keys[..., None], torch.arange(-(-last // LANES), device=keys.device))
     # int16 counts from -2^15.
     return (words.view(torch.int16)[..., :last] < kept_lanes(p) - 2**15).view(shape)
+
+
+def spread(keys: Tensor, sizes: Sequence[int]) -> Tensor:
+    """One key for every index below some sizes, (b, *sizes); keys (b,)."""
+    for size in sizes:
+        keys = splitmix64(keys[..., None], torch.arange(size, device=keys.device))
+    return keys
 
 
 @keep_mask.register_fake
@@ -61,9 +72,36 @@ class Dropout(nn.Dropout):
             return x
         if self.keys is None or self.p == 1 or not x.ndim or x.size(0) != self.keys.size(0):
             return super().forward(x)
-        mask = keep_mask(self.keys, list(x.shape), self.p)
-        self.keys = splitmix64(self.keys, 1)  # a layer that is called again in the same pass drops something else
-        return x * mask * (2**16 / kept_lanes(self.p))
+        mask = keep_mask(self.next_keys(), list(x.shape), self.p)
+        return x * mask * factor(self.p)
+
+    def next_keys(self) -> Tensor:
+        """The keys, once: a layer that is called again in the same pass drops something else."""
+        assert self.keys is not None
+        keys, self.keys = self.keys, splitmix64(self.keys, 1)
+        return keys
+
+
+def dropout_keys(layer: nn.Module, shape: Sequence[int], device: torch.device) -> Tensor:
+    """What a dropout layer would drop of an input of `shape`, for `kept` to say, where the layer cannot be called.
+
+    One key, int64, for each of its vectors: (b, ...) as `shape` but for the last dimension. The layer goes on as if it
+    had been called. layer: an `nn.Dropout`; without keys for b rows, as outside of a run, they are random.
+    """
+    if isinstance(layer, Dropout) and layer.keys is not None and layer.keys.size(0) == shape[0]:
+        keys = layer.next_keys()
+    else:
+        keys = torch.randint(-(2**63), 2**63 - 1, shape[:1], device=device)
+    return spread(keys, shape[1:-1])
+
+
+def kept(keys: Tensor, size: int, p: float) -> tuple[Tensor, float]:
+    """What vectors of some keys (...) keep of their first `size` elements, (..., size) bool, and its factor.
+
+    p: the probability of dropping, 0 < p < 1. The factor makes up for what is dropped. See `dropout_keys`.
+    """
+    mask: Tensor = keep_mask(keys.flatten(), [keys.numel(), size], p)
+    return mask.view(*keys.shape, size), factor(p)
 
 
 def adopt(model: nn.Module) -> list[Dropout]:

@@ -65,7 +65,10 @@ class Training(Part):
     validate_every, checkpoint_every, log_every: in updates; 0 for the first two means ten times a run.
     keep_last: checkpoints kept besides the best one. ema: decay of the averaged weights, None for none.
     precision: "fp32", "fp64", "tf32" (CUDA only) or "bf16" (autocast). device: "auto" is CUDA where there is one.
+    pad_to: pad the sequences of every micro-batch to a multiple of this many tokens, so that there are few shapes.
     parallel: how several processes under torchrun share the run: "ddp", each with the whole model, or "fsdp".
+    compile: by torch.compile, in a mode of its own if named: "reduce-overhead" replays an update's kernels from CUDA
+        graphs, one a shape.
     threads: of torch on a CPU, None for what torch finds. on_nan: "skip" leaves out the batch that gave a NaN.
     keep_freed: on a CPU, let the C library keep freed memory for the next update.
     trackers: plugins told by name to record this run. strict_resume: refuse to resume under other settings.
@@ -73,6 +76,7 @@ class Training(Part):
 
     batch_size: Annotated[int, Field(ge=1)] = 32
     accumulate: Annotated[int, Field(ge=1)] = 1
+    pad_to: Annotated[int | None, Field(ge=2)] = None
     validate_every: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     log_every: Annotated[int, Field(ge=1)] = 10
@@ -80,7 +84,7 @@ class Training(Part):
     ema: Annotated[float | None, Field(gt=0, lt=1)] = None
     precision: Literal["fp32", "fp64", "tf32", "bf16"] = "fp32"
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
     device: str = "auto"
     threads: Annotated[int | None, Field(ge=1)] = None
     on_nan: Literal["stop", "skip"] = "stop"
@@ -227,6 +231,12 @@ class Run(Part):
             steps = max(1, round(self.epochs * passes(size, per_update)))
         if steps is None:
             raise InputError("the run says neither steps nor epochs", hint="add steps=1000, say")
+        if self.train.compile in ("reduce-overhead", "max-autotune") and self.train.accumulate > 1:
+            raise InputError(
+                f"train.compile={self.train.compile} with train.accumulate={self.train.accumulate}: a CUDA graph "
+                "writes each micro-batch's gradients over those of the one before",
+                hint="train.compile=true, or train.accumulate=1",
+            )
         tenth = max(1, steps // 10)
         settings = self.train.model_dump()
         settings |= {
@@ -267,6 +277,8 @@ class Resolved:
         # Neither does the number of processes belong to a description: it may change on the way, to rounding.
         silent = ("log_every", "keep_last", "trackers", "strict_resume", "parallel", "keep_freed")
         bits["train"] = {key: value for key, value in bits["train"].items() if key not in silent}
+        if bits["train"].get("pad_to") is None:  # which it was for every run before there was such a setting
+            bits["train"].pop("pad_to", None)
         return hashlib.sha256(files.canonical_json(bits).encode()).hexdigest()
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from icll_zoo.data import IGNORED, Dataset
+from icll_zoo.data import IGNORED, Batch, Dataset, passes
 from icll_zoo.distributed import Ranks, shard, whole
 from icll_zoo.dropout import adopt, masks
 from icll_zoo.evaluation import loss_sum
@@ -39,8 +40,10 @@ class Work:
 
 def prepare(dataset: Dataset, settings: dict[str, Any], seed: int, ranks: Ranks, pin: bool, update: int) -> Work:
     """The batch of an update: a function of its number. pin: lay it where a GPU can fetch it by itself."""
-    size, count = settings["batch_size"], settings["accumulate"]
+    size, count, multiple = settings["batch_size"], settings["accumulate"], settings["pad_to"]
     batches = [dataset.batch("train", update * count + part, size, seed) for part in range(count)]
+    if multiple is not None:
+        batches = [widened(batch, multiple, getattr(dataset, "max_length", None), dataset.pad_id) for batch in batches]
     parts = []
     for part, batch in enumerate(batches):
         mine = ranks.share(batch)
@@ -51,6 +54,22 @@ def prepare(dataset: Dataset, settings: dict[str, Any], seed: int, ranks: Ranks,
         targets=sum(int((batch.targets != IGNORED).sum()) for batch in batches),
         read=sum(int(batch.valid.sum()) for batch in batches),
         groups=torch.cat([batch.group for batch in batches]),
+    )
+
+
+def widened(batch: Batch, multiple: int, longest: int | None, pad_id: int) -> Batch:
+    """The same rows padded to a multiple of so many tokens, but not to more than `longest`. Extra tensors are left out.
+
+    What is compiled, or recorded as a CUDA graph, once for every shape then meets few of them.
+    """
+    length = batch.tokens.size(1)
+    wanted = passes(length, multiple) * multiple
+    more = max(0, (wanted if longest is None else min(wanted, longest)) - length)
+    return Batch(
+        tokens=F.pad(batch.tokens, (0, more), value=pad_id),
+        targets=F.pad(batch.targets, (0, more), value=IGNORED),
+        valid=F.pad(batch.valid, (0, more), value=False),
+        group=batch.group,
     )
 
 
@@ -102,7 +121,7 @@ class Updates:
         if self.sharded:
             for sharded in (self.model, *([self.ema.module] if self.ema is not None else [])):
                 shard(sharded, description["optimizer"]["name"], device)
-        self.forward = torch.compile(self.model) if settings["compile"] else self.model
+        self.forward = compiled(self.model, settings["compile"])
         self.optimizer = create_optimizer(description["optimizer"], self.model, fused=device.type == "cuda")
         lr = description["optimizer"]["lr"]
         self.schedule = create_schedule(description["schedule"], description["steps"], lr, self.optimizer)
@@ -151,6 +170,13 @@ class Updates:
         if self.ema is not None:
             self.ema.update(self.model)
         return measured
+
+
+def compiled(model: nn.Module, setting: bool | str) -> Any:
+    """A model as `train.compile` says: as it is, compiled, or compiled in a mode of torch.compile's."""
+    if not setting:
+        return model
+    return torch.compile(model, mode=None if setting is True else setting)
 
 
 def generator_seed(seed: int, update: int, part: int, rank: int) -> int:

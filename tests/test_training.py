@@ -367,6 +367,56 @@ def test_compiled_equals_plain(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+def test_the_compiler_in_a_mode_of_its_own(tmp_path: Path) -> None:
+    """For real, through a whole run; shapes repeat, so that it compiles few. Without a GPU there are no CUDA graphs."""
+    shared: dict[str, Any] = {"model": {"dropout": 0.0, "attention_dropout": 0.0}}
+    plain = train(description(tmp_path / "plain", train={"pad_to": 32}, **shared), quiet=True)
+    found = train(
+        description(tmp_path / "run", train={"pad_to": 32, "compile": "reduce-overhead"}, **shared), quiet=True
+    )
+    assert found["validation_loss"] == pytest.approx(plain["validation_loss"], rel=1e-4)
+
+
+def test_cuda_graphs_take_no_accumulation(tmp_path: Path) -> None:
+    from icll_zoo.zoo import default_zoo
+
+    settings = {"compile": "reduce-overhead", "accumulate": 2}
+    with pytest.raises(InputError, match=r"train\.accumulate=2: a CUDA graph writes"):
+        description(tmp_path, train=settings).resolve(default_zoo())
+    assert description(tmp_path, train={**settings, "compile": True}).resolve(default_zoo())
+
+
+@pytest.mark.parametrize("multiple", [7, 64, 4096])
+def test_padding_to_a_multiple_changes_shapes_alone(tmp_path: Path, multiple: int) -> None:
+    """Dropout and all; no more is padded than the longest sequence there may be."""
+    plain = trainer(tmp_path, train={"precision": "fp64"})
+    padded = trainer(tmp_path, train={"precision": "fp64", "pad_to": multiple})
+    longest = plain.dataset.max_length
+    for update in range(3):
+        (tokens, targets, _), *_ = padded.ahead.make(update).parts
+        least = plain.ahead.make(update).parts[0][0].size(1)
+        assert tokens.size(1) == min(-(-least // multiple) * multiple, longest)
+        assert (tokens[:, least:] == padded.dataset.pad_id).all()
+        assert (targets[:, least:] == IGNORED).all()
+        plain.update()
+        padded.update()
+    for a, b in zip(plain.updates.model.parameters(), padded.updates.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert plain.tokens == padded.tokens  # padding is not counted
+
+
+def test_the_hash_of_a_run_without_padding_is_what_it_was_before_there_was_any(tmp_path: Path) -> None:
+    from icll_zoo.run import Resolved
+    from icll_zoo.zoo import default_zoo
+
+    now = description(tmp_path).resolve(default_zoo())
+    older = {key: value for key, value in now.description["train"].items() if key != "pad_to"}
+    assert Resolved({**now.description, "train": older}, tmp_path).hash == now.hash
+    assert description(tmp_path, train={"pad_to": 8}).resolve(default_zoo()).hash != now.hash
+
+
 def test_resume_refuses_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no run\.json"):
         training.resume(tmp_path)

@@ -20,9 +20,9 @@ def train(words: tuple[str, ...], resume: str | None, quiet: bool, load: tuple[s
 
     Keys: steps, epochs, seed, output, recipe (default, paper, paper-grouped), metrics, model.* (options of the
     architecture), data.* (of the dataset), optimizer.* (name, lr, weight_decay, decay_all, betas, eps, clip),
-    schedule.* (name, warmup, warmup_lr, min_lr, warmup_prefix), train.* (batch_size, accumulate, validate_every,
-    checkpoint_every, log_every, keep_last, ema, precision, parallel, compile, device, threads, keep_freed,
-    on_nan, trackers, strict_resume).
+    schedule.* (name, warmup, warmup_lr, min_lr, warmup_prefix), train.* (batch_size, accumulate, pad_to,
+    validate_every, checkpoint_every, log_every, keep_last, ema, precision, parallel, compile, device, threads,
+    keep_freed, on_nan, trackers, strict_resume).
 
     The same command again goes on with an unfinished run, and prints the result of a finished one. Several
     processes share a run under `torchrun --nproc-per-node N -m icll_zoo train ...`.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from icll_zoo import InputError
+from icll_zoo import InputError, rotate_pairs
 from icll_zoo_baselines.transformer import BACKENDS, Backend, attention_weights, empty_cache, head_size, projections
 
 THETA = 10000.0
@@ -23,20 +23,16 @@ THETA = 10000.0
 def rotate(x: Tensor, start: int = 0, theta: float = THETA) -> Tensor:
     """Turn each pair of dimensions of x (b, l, h, d) by its position's angle; x[:, 0] stands at `start`."""
     d_head = x.size(-1)
-    # In float64: a bfloat16 position is wrong from 257 on, and a float32 angle loses digits with the length.
     rates = theta ** -(torch.arange(0, d_head, 2, device=x.device, dtype=torch.float64) / d_head)
     positions = torch.arange(start, start + x.size(1), device=x.device, dtype=torch.float64)
-    angles = torch.outer(positions, rates)[:, None]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+    return rotate_pairs(x, torch.outer(positions, rates)[None])
 
 
 class RotaryAttention(nn.Module):
     """Softmax attention over rotated queries and keys, (batch, length, d_model) -> same, without dropout.
 
     n_kv_heads: heads of keys and values; None is n_heads. bias: in both projections. theta: the rotation's base.
-    backend: "fast" is torch's scaled_dot_product_attention, "reference" the length x length softmax; one function.
+    backend: "fast" never stores the length x length weights, "reference" is their softmax; one function.
     """
 
     state_grows = True

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from icll_zoo import InputError
+from icll_zoo import InputError, dropout_keys
+from icll_zoo_baselines.attend_in_blocks import attend_in_blocks
 
 Backend = Literal["fast", "reference"]
 
@@ -38,13 +39,20 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`attend_reference` through torch's fused kernels, which never store the weights where the device has one."""
+    """`attend_reference` without the n x l weights: through torch's fused kernels, or in blocks where they are slow."""
     n, length = q.size(1), k.size(1)
+    if works_in_blocks(q) and 1 < n == length:
+        return attend_in_blocks(q, k, v)
     # is_causal aligns the mask with the first key, so it fits only when every key is also a query.
     mask = causal_mask(q, k) if 1 < n < length else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=1 < n == length, scale=1.0)
     return out.transpose(1, 2)
+
+
+def works_in_blocks(x: Tensor) -> bool:
+    """Whether attention among tokens x is left to `attend_in_blocks`: on a CPU, unless a compiler looks at it."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def causal_mask(q: Tensor, k: Tensor) -> Tensor:
@@ -90,8 +98,8 @@ class Attention(nn.Module):
     """Softmax attention, (batch, length, d_model) -> same; its state is the cache of keys and values.
 
     attention_dropout: on the attention weights, in training only. A value above 0 trains through the length x length
-        weights: a fused kernel's dropout would depend on how a batch is cut and on what else was drawn.
-    backend: "fast" is torch's scaled_dot_product_attention, "reference" the length x length softmax; one function.
+        weights on a GPU: a fused kernel's dropout would depend on how a batch is cut and on what else was drawn.
+    backend: "fast" never stores those weights otherwise, "reference" is the length x length softmax; one function.
     """
 
     state_grows = True
@@ -138,6 +146,12 @@ class Attention(nn.Module):
         return q * self.d_head**-0.5, k, v
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.training and self.attention_dropout:
-            return self.out_proj(attend_reference(q, k, v, self.dropout).flatten(2))
-        return self.out_proj(self.attend(q, k, v).flatten(2))
+        if not self.training or not self.attention_dropout:
+            o = self.attend(q, k, v)
+        elif self.attend is attend and works_in_blocks(q):
+            b, length, h, _ = q.shape
+            keys = dropout_keys(self.dropout, (b, h, length, length), q.device)
+            o = attend_in_blocks(q, k, v, keys, self.attention_dropout)
+        else:
+            o = attend_reference(q, k, v, self.dropout)
+        return self.out_proj(o.flatten(2))

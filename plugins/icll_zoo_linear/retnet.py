@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from icll_zoo import InputError
+from icll_zoo import InputError, rotate_pairs
 from icll_zoo_linear.decay import OPS, gla
 from icll_zoo_linear.ops import Backend, Op
 from icll_zoo_linear.parts import State, head_size, linear, matrix_state, norm_heads, out_std, unit_values
@@ -84,14 +84,8 @@ def positions(length: int, start: Tensor | None, device: torch.device) -> Tensor
 
 def rotate(x: Tensor, at: Tensor) -> Tensor:
     """Turn each pair of dimensions of x (b, l, h, d) by its angle at the positions `at` (b or 1, l)."""
-    # In float64: a bfloat16 position is wrong from 257 on, and a float32 angle loses digits with the length.
     rates = THETA ** -torch.linspace(0, 1, x.size(-1) // 2, device=x.device, dtype=torch.float64)
-    angles = (at[..., None] * rates)[:, :, None]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    cos, sin = torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
-    # The other one of each pair, in one piece: every second dimension alone is read slowly on a CPU.
-    other = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * cos, other, sin)
+    return rotate_pairs(x, at[..., None] * rates)
 
 
 class Retention(nn.Module):
