@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -33,10 +35,10 @@ def test_a_cpu_has_no_peak_here_and_every_gpu_one_in_every_precision(monkeypatch
         assert flops.peak(torch.device("cuda"), "bf16") == expected
 
 
-def test_progress_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress(1, share=1e-9)
+def test_progress_shows_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("icll_zoo.progress.time", SimpleNamespace(perf_counter=iter([0.0, *[0.5] * 9]).__next__))
+    progress = Progress(1, share=1e-4)
     progress.advance(1000, 0.5)
-    said = capsys.readouterr().err
-    assert "% of peak" in said
-    assert progress.mfu == pytest.approx(progress.speed * 1e-9, rel=0.5)
+    assert "2,000 tokens/s, 20.0% of peak" in capsys.readouterr().err
+    assert progress.mfu == pytest.approx(0.2)
     assert Progress(1).mfu is None

@@ -19,12 +19,12 @@ from icll_zoo.machine import keeping_freed_memory
 def rss_after_freeing():
     block = torch.ones(100_000_000, dtype=torch.uint8)
     del block
-    return status_bytes("VmRSS")
+    return status_bytes("RssAnon")
 
 said = {"plain": rss_after_freeing()}
 with keeping_freed_memory() as kept:
     said["kept"], said["within"] = kept, rss_after_freeing()
-said["behind"], said["later"] = status_bytes("VmRSS"), rss_after_freeing()
+said["behind"], said["later"] = status_bytes("RssAnon"), rss_after_freeing()
 print(json.dumps(said))
 """
 

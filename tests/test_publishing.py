@@ -501,10 +501,16 @@ def test_failures_are_one_line_and_publish_nothing(
 
 
 def test_from_here_to_a_process_that_has_only_the_hub(
-    loop: LoopHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    loop: LoopHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """publish -> `hf download` -> load elsewhere: the same bits; by name, offline and in `evaluate` too."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
     model = save(tmp_path / "m")
     publish(tmp_path / "m", "lab/m")
     bits = answer(model).contiguous().numpy().tobytes()

@@ -468,9 +468,9 @@ def test_a_run_that_failed_is_tried_again(tmp_path: Path) -> None:
 LONG = merge(SMALL, {"steps": 160, "train": {"checkpoint_every": 20, "validate_every": 80}})
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str, steps: int = LONG["steps"]) -> subprocess.Popen[str]:
     """`icll-zoo sweep` of two long runs, in a process of its own."""
-    (folder / "long.yaml").write_text(json.dumps({"base": LONG, "seeds": [0, 1]}))
+    (folder / "long.yaml").write_text(json.dumps({"base": {**LONG, "steps": steps}, "seeds": [0, 1]}))
     code = "from icll_zoo.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "sweep", "long.yaml", "--jobs", "2", *words],
@@ -510,7 +510,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_lets_the_runs_save(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    sweeping = start(tmp_path)
+    sweeping = start(tmp_path, steps=100_000)  # which nobody waits for
     wait_until(lambda: begun(tmp_path) or sweeping.poll() is not None)
     sweeping.send_signal(number)
     out, err = sweeping.communicate(timeout=60)

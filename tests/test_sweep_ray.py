@@ -81,6 +81,7 @@ def test_no_cluster_at_the_address(tmp_path: Path) -> None:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # what else is run here may need the memory
     from ray.cluster_utils import Cluster
 
     small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -91,8 +92,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         made.shutdown()
 
 
-def start(folder: Path, address: str) -> subprocess.Popen[str]:
-    (folder / "s.yaml").write_text(json.dumps({"base": RUN, "grid": {"model.d_model": [16, 24]}, "seeds": [0, 1]}))
+def start(folder: Path, address: str, steps: int = RUN["steps"]) -> subprocess.Popen[str]:
+    base = {**RUN, "steps": steps}
+    (folder / "s.yaml").write_text(json.dumps({"base": base, "grid": {"model.d_model": [16, 24]}, "seeds": [0, 1]}))
     code = "from icll_zoo.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "sweep", "s.yaml", "--engine", "ray", "--address", address],
@@ -147,7 +149,7 @@ def test_a_machine_dies_on_the_way(cluster: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_signal_lets_the_runs_save_and_the_cluster_waits_for_nodes(cluster: Any, tmp_path: Path) -> None:
-    sweeping = start(tmp_path, cluster.address)
+    sweeping = start(tmp_path, cluster.address, steps=100_000)
     time.sleep(5)  # no machine has a core yet
     assert not events(tmp_path / "s", "start")
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)

@@ -85,6 +85,7 @@ def run_lm_eval(tmp_path: Path, module: str, *words: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_process_of_lm_eval(dataset: Any, saved: str, tasks: Path, tmp_path: Path) -> None:
     """`lm_eval --model icll-zoo --tasks FILE,FILE`: both figures are those of the zoo's own evaluation."""
     files = ",".join(str(tasks / f"{name}.yaml") for name in ("perplexity", "next-token"))

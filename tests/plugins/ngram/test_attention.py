@@ -181,6 +181,7 @@ def test_many_models_at_once() -> None:
             torch.testing.assert_close(grads[i], grad, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph() -> None:
     def loss(h: Tensor, tokens: Tensor) -> Tensor:
         return ngram_attend(h, ngram_plan(tokens, 2)).square().sum()
