@@ -14,7 +14,7 @@ arXiv:1709.04057, the use). The gradient is the same recurrence from the end, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,9 +69,7 @@ class LinearScan(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, state: Tensor, chunk_size: int, reverse: bool, pairs: bool) -> Tensor:
-        # To the compiler it is one operation: it would write out every step of the loops.
-        kernel = opaque_scan if torch.compiler.is_compiling() else scan_kernel
-        return kernel(a, b, state, chunk_size, reverse, pairs)
+        return opaque_scan(a, b, state, chunk_size, reverse, pairs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -122,8 +120,25 @@ def scan_kernel(a: Tensor, b: Tensor, h: Tensor, chunk_size: int, reverse: bool,
     return torch.view_as_real(scan(a, b, h, chunk_size, reverse))
 
 
+def one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
+    """A vmap rule: the results of `op`, one tensor or a tuple, one after the other, stacked."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+        results = []
+        for i in range(info.batch_size):
+            made = op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)))
+            results.append(made if isinstance(made, tuple) else (made,))
+        stacked = tuple(torch.stack(same) for same in zip(*results, strict=True))
+        return (stacked, (0,) * len(stacked)) if isinstance(made, tuple) else (stacked[0], 0)
+
+    return rule
+
+
+# One operation to the compiler, which would write out every step of the loops, and to vmap, which cannot write what it
+# batches into memory made before.
 opaque_scan = torch.library.custom_op("icll_zoo_ssm::linear_scan", scan_kernel, mutates_args=())
 opaque_scan.register_fake(lambda a, b, h, chunk_size, reverse, pairs: b.new_empty(b.shape))
+opaque_scan.register_vmap(one_by_one(opaque_scan))
 
 
 def scan(a: Tensor, b: Tensor, h: Tensor, chunk_size: int, reverse: bool) -> Tensor:
@@ -131,7 +146,7 @@ def scan(a: Tensor, b: Tensor, h: Tensor, chunk_size: int, reverse: bool) -> Ten
     length = b.size(1)
     whole = length // chunk_size * chunk_size
     if whole <= chunk_size:
-        return steps(a.expand(-1, length, *a.shape[2:]).unbind(1), b.unbind(1), h, reverse)
+        return steps(a.expand(-1, length, *a.shape[2:]), b, h, reverse)
     last = 0 if reverse else -1
     if whole < length:
         part = [(slice(whole), slice(whole, None)), (slice(length - whole, None), slice(length - whole))][reverse]
@@ -142,21 +157,27 @@ def scan(a: Tensor, b: Tensor, h: Tensor, chunk_size: int, reverse: bool) -> Ten
     # A constant a has the same products in every chunk: they are made once.
     a = a.unsqueeze(1).expand(-1, -1, chunk_size, *a.shape[2:]) if a.size(1) == 1 else a.unflatten(1, (-1, chunk_size))
     b = b.unflatten(1, (-1, chunk_size))
-    own = steps(a.unbind(2), b.unbind(2), torch.zeros_like(b[:, :, 0]), reverse, 2)
+    own = steps(a, b, torch.zeros_like(b[:, :, 0]), reverse, 2)
     product_so_far = products(a.unbind(2), reverse)
     ends = product_so_far[:, :, last].expand(-1, b.size(1), *a.shape[3:])
-    carried = steps(ends.unbind(1), own[:, :, last].unbind(1), h, reverse)
+    carried = steps(ends, own[:, :, last], h, reverse)
     return torch.addcmul(own, product_so_far, shift(carried, h, reverse).unsqueeze(2)).flatten(1, 2)
 
 
-def steps(a: Sequence[Tensor], b: Sequence[Tensor], h: Tensor, reverse: bool, dim: int = 1) -> Tensor:
-    """The recurrence token by token, stacked along `dim`."""
-    out = []
-    pairs = list(zip(a, b, strict=True))
-    for a_t, b_t in pairs[::-1] if reverse else pairs:
-        h = torch.addcmul(b_t, a_t, h)
-        out.append(h)
-    return torch.stack(out[::-1] if reverse else out, dim)
+def scan_(a: Tensor, b: Tensor, h: Tensor, reverse: bool) -> Tensor:
+    """`scan` in place of b, in the chunk size that is fastest."""
+    size = pass_size(b)
+    return steps(a, b, h, reverse, out=b) if b.size(1) <= size else b.copy_(scan(a, b, h, size, reverse))
+
+
+def steps(a: Tensor, b: Tensor, h: Tensor, reverse: bool, dim: int = 1, out: Tensor | None = None) -> Tensor:
+    """The recurrence token by token along `dim`, into `out`, which may be b; a new tensor if None."""
+    if out is None:
+        out = torch.empty_like(b, memory_format=torch.contiguous_format)
+    tokens = list(zip(a.unbind(dim), b.unbind(dim), out.unbind(dim), strict=True))
+    for a_t, b_t, out_t in tokens[::-1] if reverse else tokens:
+        h = torch.addcmul(b_t, a_t, h, out=out_t)
+    return out
 
 
 def products(a: Sequence[Tensor], reverse: bool) -> Tensor:
