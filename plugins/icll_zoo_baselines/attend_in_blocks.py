@@ -34,10 +34,10 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None
     """
     b, length, h, _ = q.shape
     # A cache of float32 makes keys so beside queries of autocast's bfloat16.
-    q, k, v = (x.to(q.dtype).transpose(1, 2).reshape(b * h, length, -1) for x in (q, k, v))
+    q, k, v = (x.to(q.dtype).transpose(1, 2).reshape(b * h, length, x.size(-1)) for x in (q, k, v))
     if keys is not None:
         keys = keys.reshape(b * h, length)
-    return BlockAttention.apply(q, k, v, keys, p).view(b, h, length, -1).transpose(1, 2)
+    return BlockAttention.apply(q, k, v, keys, p).view(b, h, length, v.size(-1)).transpose(1, 2)
 
 
 class BlockAttention(torch.autograd.Function):
@@ -122,5 +122,5 @@ def blocks(length: int) -> list[tuple[int, int]]:
 
 def parts(q: Tensor) -> list[slice]:
     """The sequences that are worked on together."""
-    size = max(1, SCORES // (QUERIES * q.size(1)))
+    size = max(1, SCORES // max(1, QUERIES * q.size(1)))
     return [slice(start, start + size) for start in range(0, q.size(0), size)]
