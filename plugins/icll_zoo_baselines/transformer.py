@@ -40,9 +40,9 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`attend_reference` without the n x l weights: through torch's fused kernels, or in blocks where they are slow."""
-    n, length = q.size(1), k.size(1)
-    if works_in_blocks(q) and 1 < n == length:
+    if works_in_blocks(q, k):
         return attend_in_blocks(q, k, v)
+    n, length = q.size(1), k.size(1)
     # is_causal aligns the mask with the first key, so it fits only when every key is also a query.
     mask = causal_mask(q, k) if 1 < n < length else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -50,9 +50,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def works_in_blocks(x: Tensor) -> bool:
-    """Whether attention among tokens x is left to `attend_in_blocks`: on a CPU, unless a compiler looks at it."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+def works_in_blocks(q: Tensor, k: Tensor) -> bool:
+    """Whether attention is left to `attend_in_blocks`: of several tokens to themselves, on a CPU, uncompiled."""
+    return q.device.type == "cpu" and 1 < q.size(1) == k.size(1) and not torch.compiler.is_compiling()
 
 
 def causal_mask(q: Tensor, k: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class Attention(nn.Module):
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self.training or not self.attention_dropout:
             o = self.attend(q, k, v)
-        elif self.attend is attend and works_in_blocks(q):
+        elif self.attend is attend and works_in_blocks(q, k):
             b, length, h, _ = q.shape
             keys = dropout_keys(self.dropout, (b, h, length, length), q.device)
             o = attend_in_blocks(q, k, v, keys, self.attention_dropout)

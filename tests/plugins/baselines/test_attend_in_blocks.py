@@ -91,6 +91,18 @@ def test_drops_what_the_layer_drops_from_the_whole_matrix(length: int) -> None:
     assert_same(found[0], found[1], 1e-10)
 
 
+def test_a_step_in_training_drops_from_all_that_was_read() -> None:
+    """A mixer's step has fewer queries than keys."""
+    x, found = random(0, B, 9, H * D), []
+    for backend in ("fast", "reference"):
+        torch.manual_seed(0)
+        made = Attention(H * D, 1, H, attention_dropout=0.3, backend=backend).double().train()
+        with masks(adopt(made), 4, 7, torch.arange(B)):
+            _, state = made.step(x[:, :5], made.init_state(B, "cpu", torch.float64))
+            found.append(made.step(x[:, 5:], state)[0])
+    assert_same([found[0]], [found[1]], 1e-12)
+
+
 def test_without_a_run_the_dropped_weights_are_torch_s_to_choose() -> None:
     made = Attention(H * D, 1, H, attention_dropout=0.25).train()
     assert type(made.dropout) is nn.Dropout
