@@ -70,15 +70,17 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        if self.keys is None or self.p == 1 or not x.ndim or x.size(0) != self.keys.size(0):
+        keys = self.next_keys(x.size(0)) if x.ndim and self.p != 1 else None
+        if keys is None:
             return super().forward(x)
-        mask = keep_mask(self.next_keys(), list(x.shape), self.p)
-        return x * mask * factor(self.p)
+        return x * keep_mask(keys, list(x.shape), self.p) * factor(self.p)
 
-    def next_keys(self) -> Tensor:
-        """The keys, once: a layer that is called again in the same pass drops something else."""
-        assert self.keys is not None
-        keys, self.keys = self.keys, splitmix64(self.keys, 1)
+    def next_keys(self, rows: int) -> Tensor | None:
+        """The keys of so many rows, once: called again in the same pass it drops something else. None without them."""
+        keys = self.keys
+        if keys is None or keys.size(0) != rows:
+            return None
+        self.keys = splitmix64(keys, 1)
         return keys
 
 
@@ -88,9 +90,8 @@ def dropout_keys(layer: nn.Module, shape: Sequence[int], device: torch.device) -
     One key, int64, for each of its vectors: (b, ...) as `shape` but for the last dimension. The layer goes on as if it
     had been called. layer: an `nn.Dropout`; without keys for b rows, as outside of a run, they are random.
     """
-    if isinstance(layer, Dropout) and layer.keys is not None and layer.keys.size(0) == shape[0]:
-        keys = layer.next_keys()
-    else:
+    keys = layer.next_keys(shape[0]) if isinstance(layer, Dropout) else None
+    if keys is None:
         keys = torch.randint(-(2**63), 2**63 - 1, shape[:1], device=device)
     return spread(keys, shape[1:-1])
 
