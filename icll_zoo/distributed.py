@@ -18,9 +18,11 @@ import datetime
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +35,8 @@ from icll_zoo.errors import EnvironmentFault, InputError, ZooError
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(minutes=10)
 """How long a process waits for one that neither answers nor closes its connection."""
+LEAVING = 5.0
+"""Seconds that a process waits at most for its threads before it ends."""
 GONE = re.compile("gloo|nccl|peer|timed? ?out|socket", re.IGNORECASE)
 """What torch's collectives speak of when another process is gone."""
 SHARDED_OPTIMIZERS = ("adam", "adamw", "nadam", "radam", "sgd", "momentum", "nesterov")
@@ -170,8 +174,35 @@ def join(device: str) -> Ranks:
         return ALONE
     # Small facts travel beside a GPU's own traffic, so that asking for them does not wait for it.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
-    atexit.register(dist.destroy_process_group)
+    atexit.register(leave)
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def leave() -> None:
+    """Part from the other processes, and wait until no thread of gloo's is at work; called at the interpreter's end.
+
+    Caches of fully_shard keep the group, and so its threads, alive. One that drops the last reference to a tensor
+    while the interpreter ends is ended by it, before Python 3.14, in a way that aborts the process.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    deadline = time.monotonic() + LEAVING
+    quiet = 0
+    # Twice in a row: at the first look a thread may wait for the interpreter, which sleeping lets it have.
+    while quiet < 2 and time.monotonic() < deadline:
+        time.sleep(0.002)
+        quiet = 0 if "R" in gloo_states() else quiet + 1
+
+
+def gloo_states() -> list[str]:
+    """What each of gloo's threads in this process does, as Linux tells it ("R": runs or could); elsewhere nothing."""
+    states = []
+    for stat in Path("/proc/self/task").glob("*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            name, _, rest = stat.read_text().rpartition(")")
+            if "gloo" in name:
+                states.append(rest.split()[0])
+    return states
 
 
 def local_device(device: str, ranks: Ranks) -> torch.device:
