@@ -67,7 +67,7 @@ def bounded(held: Mapping[str, Shape]) -> Iterator[None]:
     """
     size = sum(shape.bytes for shape in held.values())
     # A tied parameter is registered before it is tied, and each once more where it is tied: hence the margins.
-    modules, parameters = 64 * len(held) + 10_000, 16 * size + 2**20
+    modules, count, parameters = 64 * len(held) + 10_000, 16 * len(held) + 256, 16 * size + 2**20
     thread = threading.get_ident()
 
     def on_module(*_: object) -> None:
@@ -77,10 +77,11 @@ def bounded(held: Mapping[str, Shape]) -> Iterator[None]:
             raise IntegrityError("config.json asks for more modules than its weights file can fill")
 
     def on_parameter(_module: nn.Module, _name: str, parameter: Tensor | None) -> None:
-        nonlocal parameters
+        nonlocal count, parameters
         if threading.get_ident() == thread and parameter is not None:
+            count -= 1
             parameters -= Shape.of(parameter).bytes
-        if parameters < 0:
+        if count < 0 or parameters < 0:
             raise IntegrityError("config.json asks for more parameters than its weights file holds")
 
     handles = [

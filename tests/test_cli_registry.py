@@ -384,6 +384,7 @@ def test_the_projects_own_catalogue_is_right():
     assert run(["registry", "verify"]) == 0
 
 
+@pytest.mark.slow
 def test_a_third_partys_catalogue_is_verified_too(listed, tmp_path):
     code = f"""
 from icll_zoo import hookimpl

@@ -190,6 +190,7 @@ def bits(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(two: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = launch(*words(folder))

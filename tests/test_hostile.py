@@ -33,7 +33,7 @@ GOOD = [Case(f"good {base}", lambda _: None, "", base) for base in hostile.BASES
 MET = [*GOOD, *HARMLESS, *CASES]
 WORKERS = 2
 MEGABYTES = 500
-SECONDS = 2
+SECONDS = 4  # under 2 on an idle machine; there are some that are half as fast
 
 
 @pytest.fixture(scope="module")

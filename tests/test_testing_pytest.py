@@ -49,6 +49,7 @@ def test_a_name_and_no_file_at_all(tmp_path: Path) -> None:
     assert "20 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_project_s_own_tests_run_only_if_they_are_named(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text("def test_other():\n    assert False\n")
     assert run(tmp_path, "--icll-zoo-check", "tvd").returncode == 0
@@ -73,6 +74,7 @@ def test_a_battery_that_lacks_checks_is_red(tmp_path: Path) -> None:
     assert run(tmp_path, "--icll-zoo-check", "tvd", "-k", "nothing_at_all").returncode == 1
 
 
+@pytest.mark.slow
 def test_slow_checks_are_left_out_by_their_mark_and_counted(tmp_path: Path) -> None:
     done = run(tmp_path, "--icll-zoo-check", "ngram-2", "-m", "not slow and not gpu")
     assert done.returncode == 0, done.stdout

@@ -272,6 +272,7 @@ def test_the_verb_counts_and_exits_by_what_it_found(tmp_path: Path, script: Path
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_verb_in_two_processes_and_as_json(tmp_path: Path, script: Path) -> None:
     done = command("check", "leaky", "tvd", "kl", "--jobs", "2", "--json", "--load", str(script), cwd=tmp_path)
     assert done.code == 1

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Every attempt to reach another machine is noted and fails.
 OFFLINE = """
 import socket, sys
@@ -32,6 +34,7 @@ sys.exit(run(words.split()))
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_recorded_on_this_machine_and_nowhere_else(tmp_path: Path) -> None:
     elsewhere = {"TRACKIO_SPACE_ID": "somebody/space", "TRACKIO_SERVER_URL": "http://127.0.0.1:1", "HF_TOKEN": "hf_no"}
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TRACKIO_DIR": str(tmp_path / "records"), **elsewhere}

@@ -69,7 +69,7 @@ def expected(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict
     return bits(folder)
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])])
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])])
 def test_killed_at_random_moments(kills: int, nursery: Nursery, expected: dict[str, bytes], tmp_path: Path) -> None:
     choose = random.Random(kills)
     began = time.monotonic()
@@ -147,7 +147,7 @@ def test_resume_after_a_spoiled_checkpoint(nursery: Nursery, expected: dict[str,
 
 
 # Bytes that a file may have: the description and the log fit, then a checkpoint's weights, then those of the optimizer.
-@pytest.mark.parametrize("most", [500, 2_000, 30_000])
+@pytest.mark.parametrize("most", [2_000, *(pytest.param(most, marks=pytest.mark.slow) for most in (500, 30_000))])
 def test_a_disk_that_takes_no_more(most: int, nursery: Nursery, expected: dict[str, bytes], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code, said = nursery.run(*WORDS, f"output={folder}", RLIMIT_FSIZE=most)
@@ -194,6 +194,7 @@ def test_too_little_memory_names_the_step_and_the_batch(nursery: Nursery, tmp_pa
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_of_two_processes_in_one_folder_one_is_refused(
     nursery: Nursery, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
